@@ -24,6 +24,7 @@ from vesalius.language import catalog, current, note, speaking, translate, trans
 from vesalius.scoring.comparison_report import ABOUT, VERDICTS
 from vesalius.scoring.report import EMPTY_MASKS, TEXTS
 from vesalius.scoring.tables import KINDS
+from vesalius.training.figures import RATES
 from vesalius.visualization import LEGEND
 
 SRC = Path(vesalius.__file__).parent
@@ -108,6 +109,7 @@ def texts_of_tables() -> set[str]:
         *(metric.title for metric in METRICS.values() if metric.title not in SHARED_TITLES),
         *KINDS.values(),
         *VERDICTS.values(),
+        *RATES.values(),
         ABOUT,
         *TEXTS.values(),
         *(text for name, _, score in EMPTY_MASKS for text in (name, score)),

@@ -10,7 +10,7 @@ import importlib.util
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import ImageDraw, ImageFont
 
@@ -85,6 +85,16 @@ def chart_families(text: str) -> list[str]:
             fontManager.addfont(face.file)
             families.append(name)
     return families
+
+
+def fit_fonts(figure: Any) -> None:
+    """Give every text of a matplotlib figure font families that together have the characters of all its texts."""
+    from matplotlib.text import Text
+
+    texts = figure.findobj(Text)
+    families = chart_families("".join(each.get_text() for each in texts))
+    for each in texts:
+        each.set_fontfamily(families)
 
 
 def draw_text(

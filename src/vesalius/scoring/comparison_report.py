@@ -14,11 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
 from PIL import Image
 
 from vesalius.files import replacing, to_json, write_csv, write_json, write_text
-from vesalius.fonts import chart_families, drawable, label
+from vesalius.fonts import drawable, fit_fonts, label
 from vesalius.language import speaking, translate
 from vesalius.pages import as_data_url, render
 from vesalius.scoring.tables import cell
@@ -129,10 +128,7 @@ def draw_comparison(path: Path, result: Result, headline: str, by_group: np.ndar
     """
     figure = _figure(result, headline, by_group)
     FigureCanvasAgg(figure)
-    texts = figure.findobj(Text)
-    families = chart_families("".join(each.get_text() for each in texts))
-    for each in texts:
-        each.set_fontfamily(families)
+    fit_fonts(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 

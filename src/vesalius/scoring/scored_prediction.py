@@ -15,6 +15,7 @@ from vesalius.evaluation.calibration import Histogram, histogram
 from vesalius.evaluation.metrics import METRICS, score
 from vesalius.evaluation.overlap import confusion
 from vesalius.evaluation.same_masks import PackedMask
+from vesalius.fonts import label
 from vesalius.scoring.results import ResultRow
 from vesalius.types import Prediction
 from vesalius.visualization import six_panels
@@ -92,9 +93,11 @@ def _draw(
     mask: np.ndarray,
     scores: Mapping[str, float | None],
 ) -> str:
-    title = given.identity["id"] + (" · no [SEG]" if given.prediction.status == "no_seg" else "")
+    title = given.identity["id"]
+    if given.prediction.status == "no_seg":
+        title += " · " + label("no [SEG]")
     if given.prediction.unknown_phrase:
-        title += " · unknown phrase"
+        title += " · " + label("unknown phrase")
     picture = six_panels(
         image, target, mask, title=title, prompt=given.identity["prompt"], scores=scores, color=given.color
     )

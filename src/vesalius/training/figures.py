@@ -16,6 +16,7 @@ from PIL import Image
 from vesalius.colors import phrase_colors
 from vesalius.evaluation.metrics import METRICS
 from vesalius.files import replacing
+from vesalius.fonts import fit_fonts, label
 from vesalius.training.early_stopping import best_line
 from vesalius.types import Item, Prediction, Sample
 from vesalius.visualization import WHITE, six_panels
@@ -60,7 +61,9 @@ class ValidationFigures:
         asked = item.id, prediction.prompt
         if asked not in self._wanted:
             return
-        title = f"{item.id} · step {self._step}" + ("" if prediction.says_seg else " · would not say [SEG]")
+        title = f"{item.id} · {label('step {n}', n=self._step)}" + (
+            "" if prediction.says_seg else label(" · would not say [SEG]")
+        )
         color = self._colors[asked[1]]
         picture = six_panels(
             item.frames[0], target, prediction.mask, title=title, prompt=asked[1], scores=scores, color=color
@@ -107,10 +110,11 @@ def draw_curves(steps: Lines, validations: Lines, path: Path, metric: str = "dic
     _draw_rate(rate, steps)
     _draw_scores(scores, validations, metric)
     for axes in (loss, terms, rate, scores):
-        axes.set_xlabel("step")
+        axes.set_xlabel(label("step"))
         axes.grid(alpha=0.25)
         if len(steps) > 1:
             axes.set_xlim(0, steps[-1]["step"] * 1.01)
+    fit_fonts(figure)
     with replacing(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
 
@@ -118,8 +122,10 @@ def draw_curves(steps: Lines, validations: Lines, path: Path, metric: str = "dic
 def _draw_loss(axes: Axes, steps: Lines) -> None:
     at, values = _points(steps, "loss")
     axes.plot(at, values, color=GRAY, alpha=0.35, linewidth=0.8)
-    axes.plot(at, _smooth(values), color=COLORS[0], linewidth=2, label=f"loss, {_window_text(values)}")
-    _decorate(axes, "training loss", values)
+    axes.plot(
+        at, _smooth(values), color=COLORS[0], linewidth=2, label=label("loss, {window}", window=_window_text(values))
+    )
+    _decorate(axes, label("training loss"), values)
 
 
 def _draw_terms(axes: Axes, steps: Lines) -> None:
@@ -132,12 +138,12 @@ def _draw_terms(axes: Axes, steps: Lines) -> None:
             style = _style(index)
             axes.plot(at, smooth, linewidth=1.8, label=name.removeprefix("loss_"), **style)
             drawn += smooth
-    title = f"loss terms before weighting, {_window_text(_points(steps, 'loss')[1])}"
+    title = label("loss terms before weighting, {window}", window=_window_text(_points(steps, "loss")[1]))
     _decorate(axes, title, drawn)
 
 
 def _draw_rate(axes: Axes, steps: Lines) -> None:
-    axes.plot(*_points(steps, "lr"), color=COLORS[0], linewidth=2, label="learning rate")
+    axes.plot(*_points(steps, "lr"), color=COLORS[0], linewidth=2, label=label("learning rate"))
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     axes.tick_params(axis="y", labelcolor=COLORS[0])
@@ -146,8 +152,8 @@ def _draw_rate(axes: Axes, steps: Lines) -> None:
     other.plot(at, _smooth(norms), color=COLORS[1], linewidth=1.2, linestyle="--")
     other.tick_params(axis="y", labelcolor=COLORS[1])
     other.set_ylim(bottom=0)
-    axes.plot([], [], color=COLORS[1], linestyle="--", label="gradient norm before clipping (right)")
-    _decorate(axes, "learning rate and gradient")
+    axes.plot([], [], color=COLORS[1], linestyle="--", label=label("gradient norm before clipping (right)"))
+    _decorate(axes, label("learning rate and gradient"))
 
 
 def _draw_scores(axes: Axes, validations: Lines, metric: str) -> None:
@@ -162,17 +168,22 @@ def _draw_scores(axes: Axes, validations: Lines, metric: str) -> None:
             other = axes.twinx()
         target = axes if bounded or other is None else other
         style = _style(index)
-        label = RATES.get(name) or METRICS[name].title
+        shown = label(RATES.get(name) or METRICS[name].title) + ("" if bounded else label(" (right)"))
         width = 2.6 if name == metric else 1.3
         target.plot(at, values, marker=MARKS[index % len(MARKS)], markersize=4, linewidth=width, **style)
-        axes.plot([], [], marker=MARKS[index % len(MARKS)], label=label + ("" if bounded else " (right)"), **style)
+        axes.plot([], [], marker=MARKS[index % len(MARKS)], label=shown, **style)
     axes.set_ylim(-0.02, 1.02)
     best = best_line(validations, metric)
     if best is not None:
         axes.axvline(best["step"], color=GRAY, linewidth=1, zorder=0)
-        title = f"validation: best {METRICS[metric].title} {best[metric]:.4g} at step {best['step']}"
+        title = label(
+            "validation: best {metric} {value} at step {step}",
+            metric=label(METRICS[metric].title),
+            value=f"{best[metric]:.4g}",
+            step=best["step"],
+        )
     else:
-        title = "validation" if validations else "validation: no data"
+        title = label("validation") if validations else label("validation: no data")
     _decorate(axes, title)
 
 
@@ -192,7 +203,7 @@ def _span(values: Sequence[float]) -> int:
 
 def _window_text(values: Sequence[float]) -> str:
     around = _span(values) // 2 * 2 + 1
-    return f"mean of {around} steps" if around > 1 else "each step"
+    return label("mean of {n} steps", n=around) if around > 1 else label("each step")
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
