@@ -97,8 +97,9 @@ def test_contradicting_predictions_are_refused() -> None:
         (some, {"status": "failed"}, "status failed with 1 masks"),
         (none, {}, "status ok with 0 masks"),
         (some, {"scores": (0.5, 0.5)}, "1 masks with 2 scores"),
-        (some[0], {}, "they have 2"),
     ]
     for logits, values, reason in cases:
         with pytest.raises(ValueError, match=reason):
             prediction(logits, **values)
+    with raises_code(SettingError, "wrong_shape", "(8, 8)"):
+        prediction(some[0])

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
+from vesalius.calls import checked_init, describe
+from vesalius.errors import SettingError
 from vesalius.masks import Size, resize_bilinear
 
 PLAIN = "plain"
@@ -47,6 +49,7 @@ class Maps(ABC):
         return np.asarray(self.full_logits(size) > np.float32(logit_threshold))
 
 
+@checked_init
 @dataclass(frozen=True)
 class LowRes(Maps):
     """The mask decoder's low-resolution logits for the whole image, float32 (n, g, g)."""
@@ -59,8 +62,9 @@ class LowRes(Maps):
     `vesalius tune` compares views; `logits` is their average."""
 
     def __post_init__(self) -> None:
-        if self.logits.ndim != 3:
-            raise ValueError(f"maps must have 3 axes (n, g, g); they have {self.logits.ndim}")
+        if not isinstance(self.logits, np.ndarray) or self.logits.ndim != 3:
+            got = self.logits.shape if isinstance(self.logits, np.ndarray) else describe(self.logits)
+            raise SettingError(f"logits must be an array (n, g, g); got {got}", code="wrong_shape", field="logits")
 
     def __len__(self) -> int:
         return len(self.logits)

@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from jaxtyping import UInt8
 
+from vesalius.calls import checked_init
 from vesalius.clicks import Click
 from vesalius.errors import SettingError
 from vesalius.language import note
@@ -37,6 +38,7 @@ Purpose = Literal["predict", "train"]
 NO_MEMORY = "cannot propagate masks through a clip; predict its frames one by one, or use a text-prompted model"
 
 
+@checked_init
 @dataclass(frozen=True)
 class ModelDescription:
     """Identity, settings and training images of a model, for reports and leak checks."""

@@ -143,6 +143,24 @@ def test_the_official_interface_refuses_wrong_arguments(small_predictor: Officia
             small_predictor.predict_forward(**wrong)
 
 
+def test_clips_refuse_wrong_arguments(small_predictor: OfficialPredictor) -> None:
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("bad_value", lambda: small_predictor.predict_video(3, "vessel")),
+        ("bad_value", small_predictor.predict_video),
+        ("no_prompt", lambda: small_predictor.predict_video([NOISE], [])),
+        ("invalid_prompt", lambda: small_predictor.predict_video([NOISE], [3])),
+        ("unknown_setting", lambda: small_predictor.predict_video([NOISE], "vessel", propagate="sam2")),
+    ]
+    for code, call in calls:
+        with raises_code(SettingError, code):
+            call()
+
+
+def test_a_clip_with_one_prompt_as_text_has_one_prediction_for_each_frame(small_predictor: OfficialPredictor) -> None:
+    frames = small_predictor.predict_video([NOISE, NOISE], "vessel")
+    assert [[each.prompt for each in frame.predictions] for frame in frames] == [["vessel"], ["vessel"]]
+
+
 def test_an_image_of_a_list_is_named_by_its_place() -> None:
     with raises_code(SettingError, "bad_value", "image2"):
         FrangiFilter()([NOISE, NOISE, NOISE[:3]], "vessel")
@@ -263,6 +281,11 @@ OPENINGS: dict[str, tuple[str, Callable[[], Any]]] = {
     "unknown name of read_image": ("unknown_setting", lambda: vesalius.read_image("a.png", farme=0)),
     "num_workers": ("bad_value", lambda: vesalius.evaluate("frangi", [], "out", num_workers="2")),
     "on_progress": ("bad_value", lambda: vesalius.evaluate("frangi", [], "out", on_progress=3)),
+    "predictor by name": ("bad_value", lambda: vesalius.Predictor("tiny")),
+    "predictor without a model": ("bad_value", vesalius.Predictor),
+    "logits": ("wrong_shape", lambda: vesalius.LowRes([[[0.0]]])),
+    "no logits": ("bad_value", vesalius.LowRes),
+    "description": ("bad_value", vesalius.ModelDescription),
     "no item": ("bad_value", Item),
     "unknown name of an item": ("unknown_setting", lambda: Item("a", NOISE[None], promts=("vessel",))),
     "prompts None": ("wrong_shape", lambda: Item("a", NOISE[None], None)),

@@ -230,8 +230,8 @@ def test_settings_that_do_not_fit_are_refused(
 def test_clips_and_models_that_do_not_fit_are_refused(
     predictor: OfficialPredictor, clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for frames, prompts in ((clip, []), ([], ["blood vessel"])):
-        with raises_code(SettingError, "bad_value"):
+    for code, frames, prompts in (("no_prompt", clip, []), ("bad_value", [], ["blood vessel"])):
+        with raises_code(SettingError, code):
             predictor.predict_video(frames, prompts)
     with raises_code(SettingError, "invalid_prompt", "[SEG]"):
         list(predictor.predict_video(clip, ["[SEG]"]))

@@ -63,6 +63,7 @@ class Predictor(LoadedSegmenter):
 
     model_card: Card
 
+    @checked
     def __init__(
         self,
         opened: OpenedModel,
@@ -75,6 +76,7 @@ class Predictor(LoadedSegmenter):
         **settings: Any,
     ) -> None:
         """`settings`: `threshold`, `cleaning`, `batch_size` and `fingerprint` as for `LoadedSegmenter`."""
+        check_kind(opened, OpenedModel, "opened", 'an opened model; load_predictor("tiny") opens a model by its name')
         if answer not in get_args(AnswerMode):
             message = f"answer is one of {', '.join(get_args(AnswerMode))}; got {describe(answer)}"
             raise SettingError(message, code="bad_value", field="answer")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vesalius.calls import check_kind, checked
 from vesalius.data.clips import Clip, open_clip
 from vesalius.errors import DataError, SettingError
+from vesalius.inference.loaded import check_prompt_list
 from vesalius.inference.predictor import Predictor
 from vesalius.mask_maps import LowRes
 from vesalius.models.batch import Batch
@@ -41,6 +43,7 @@ PropagatedFrame = tuple[int, np.ndarray | DataError, FrameMasks | None]
 class VideoPredictor(Predictor):
     """A text-prompted model that also propagates masks through clips."""
 
+    @checked
     def predict_video(
         self,
         clip: str | Path | Sequence[Any],
@@ -61,8 +64,8 @@ class VideoPredictor(Predictor):
         it. SettingError for invalid settings or prompts; ImageError if no frame for the language model can be read;
         CheckpointError for a model without memory.
         """
-        if not prompts:
-            raise SettingError("no prompt is given; give at least one", code="bad_value", field="prompts")
+        check_kind(clip, Path | Sized, "clip", "the path of a clip, or a list of frames")
+        prompts = check_prompt_list([prompts] if isinstance(prompts, str) else prompts)
         self.match_prompts(prompts)  # refuses, or notes, unknown phrases before any frame is read
         opened = open_clip(clip, self.window)
         keys = self._choose_keys(len(opened), propagation, key_frames, reprompt_every)
