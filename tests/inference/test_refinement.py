@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from tests.codes import raises_code
 
-from vesalius import load_predictor
+from vesalius import load_item, load_predictor, load_samples
 from vesalius.cleaning import Cleaning
 from vesalius.errors import SettingError
 from vesalius.inference.baselines import FrangiFilter
@@ -19,6 +21,7 @@ from vesalius.inference.predictor import Predictor
 from vesalius.inference.tiles import TileSettings
 from vesalius.models.cards import RANDOM_START, ModelCard
 from vesalius.models.checkpoint import OpenedModel
+from vesalius.synth import write_dataset
 from vesalius.types import Prediction
 
 SIZE = (48, 64)
@@ -113,7 +116,7 @@ def test_cleaning_does_not_remove_a_click(untrained: OpenedModel) -> None:
 
 
 def test_tiles_are_corrected(opened: OpenedModel, with_points: None) -> None:
-    predictor = Predictor(opened, answer="force", tiles=TileSettings(sides=(32,)))
+    predictor = Predictor(opened, answer="force", tiles=TileSettings(sides=(48,)))
     refined = predictor.refine(predictor(IMAGE, "vessel"), [((10, 20), True), ((40, 30), False)])
     assert is_right(refined)
 
@@ -143,3 +146,26 @@ def test_points_are_random_where_the_model_began_with_random_weights() -> None:
     assert ModelCard(kind="x", lineage={"start": f"{RANDOM_START} (seed 0)"}).has_random_points
     assert ModelCard(kind="x", lineage={"start_lineage": {"start": RANDOM_START}}).has_random_points
     assert not ModelCard(kind="x").has_random_points
+
+
+def test_clicks_on_missed_pixels_raise_the_dice_of_the_shipped_model(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", n=1, seed=902)
+    item = load_item(load_samples(tmp_path / "data")[0])
+    assert item.masks is not None
+    target = item.masks[item.prompts.index("catheter"), 0]
+    predictor = load_predictor("tiny")
+    prediction = predictor(item.frames[0], "catheter")
+
+    def dice(found: Prediction) -> float:
+        return 2 * float((target & found.mask).sum()) / float(target.sum() + found.mask.sum())
+
+    before = dice(prediction)
+    refined = predictor.refine(prediction, deepest(target & ~prediction.mask, True))
+    refined = predictor.refine(refined, deepest(refined.mask & ~target, False))
+    assert dice(refined) > before + 0.01
+
+
+def deepest(region: np.ndarray, positive: bool) -> list[tuple[tuple[float, float], bool]]:
+    """A click on the pixel of the region that is farthest from its edge."""
+    y, x = np.unravel_index(ndimage.distance_transform_edt(region).argmax(), region.shape)
+    return [((float(x), float(y)), positive)]
