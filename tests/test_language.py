@@ -14,15 +14,18 @@ from pathlib import Path
 
 import pytest
 from jinja2 import Environment, nodes
+from tests.scoring.evaluations import metrics, pair, row
 
 import vesalius
 from vesalius.cli import main
 from vesalius.cli.help import cells, wrap
 from vesalius.cli.main import VERBS, build_parser
+from vesalius.codes import chinese_codes
 from vesalius.evaluation.metrics import METRICS
 from vesalius.language import catalog, current, note, speaking, translate, translate_note
+from vesalius.phrases import describe_unknown
 from vesalius.scoring.comparison_report import ABOUT, VERDICTS
-from vesalius.scoring.report import EMPTY_MASKS, TEXTS
+from vesalius.scoring.report import EMPTY_MASKS, TEXTS, write_report
 from vesalius.scoring.tables import KINDS
 from vesalius.training.figures import RATES
 from vesalius.visualization import LEGEND
@@ -215,6 +218,40 @@ def test_help_is_chinese_on_request_and_stays_within_80_columns(
         assert text.startswith("用法：vesalius") and "显示帮助并退出" in text
         assert [line for line in text.splitlines() if cells(line) > 80] == []
     assert os.environ["VESALIUS_LANG"] == "en"
+
+
+def test_an_evaluation_has_a_chinese_page_and_english_markdown(tmp_path: Path) -> None:
+    rows = [row(0, 0.5, unknown_phrase=True), row(1, 0.7, "no_seg", prompt="catheter")]
+    asked = describe_unknown({"blood vessel": 1}, 2)
+    with speaking("zh"):
+        page = write_report(tmp_path, metrics(rows, notes=[asked]), rows).read_text("utf-8")
+    assert '<html lang="zh">' in page and "2 个预测的平均 Dice 为" in page and "未知短语" in page
+    assert "2 个预测中有 1 个的短语不为模型所知" in page and "无 [SEG]" in page
+    assert asked in (tmp_path / "report.md").read_text("utf-8").replace("\\", "")
+    assert not CHINESE.search((tmp_path / "report.md").read_text("utf-8"))
+
+
+def test_a_comparison_has_a_chinese_page_and_english_markdown(tmp_path: Path) -> None:
+    folders = map(str, pair(tmp_path))
+    assert main(["compare", *folders, "--metric", "dice", "--out", str(tmp_path / "both"), "--lang", "zh"]) == 0
+    page, *others = (
+        (tmp_path / "both" / name).read_text("utf-8") for name in ("report.html", "comparison.md", "comparison.json")
+    )
+    assert '<html lang="zh">' in page and "new 与 old 相比：Dice 为" in page
+    assert not [text for text in others if CHINESE.search(text)]
+
+
+def test_a_check_explains_findings_in_chinese_above_their_english_messages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "check"
+    assert main(["synth", str(data), "--n", "2", "--size", "64", "--num-workers", "0"]) == 0
+    next((data / "images").iterdir()).unlink()
+    assert main(["check", str(data), "--report", str(out), "--num-workers", "0", "--lang", "zh"]) == 1
+    capsys.readouterr()
+    page, code = (out / "check.html").read_text("utf-8"), chinese_codes()["missing_image"]
+    assert page.index(code.meaning) < page.index(code.remedy) < page.index(" is not in ")
+    assert not CHINESE.search((out / "findings.json").read_text("utf-8"))
 
 
 def test_an_error_stays_english(capsys: pytest.CaptureFixture[str]) -> None:
