@@ -21,6 +21,7 @@ from vesalius.codes import CODES
 from vesalius.colors import PHRASE_COLORS, Color
 from vesalius.errors import AnnotationError, DataError, SettingError
 from vesalius.files import replacing
+from vesalius.fonts import label
 from vesalius.mask_maps import NO_MAPS, Full, LowRes, Maps
 from vesalius.masks import Rle, Size
 from vesalius.notebook import check_picture, draw_figure, encode_png
@@ -309,8 +310,8 @@ class Prediction:
 
     @property
     def label(self) -> str:
-        """Name of the mask in legends: the prompt, marked if it is an unknown phrase."""
-        return f"{self.prompt} (unknown phrase)" if self.unknown_phrase else self.prompt
+        """Name of the mask in legends: the prompt, marked in the current language if it is an unknown phrase."""
+        return label("{prompt} (unknown phrase)", prompt=self.prompt) if self.unknown_phrase else self.prompt
 
     @checked
     def save(self, path: str | Path) -> Path:

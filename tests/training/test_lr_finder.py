@@ -42,6 +42,13 @@ def test_a_loss_that_never_falls_gives_no_suggestion() -> None:
     assert str(found).startswith("no learning rate found: the loss did not fall")
 
 
+def test_low_losses_of_the_first_batches_are_no_suggestion() -> None:
+    falling = [1.0] * 40 + [0.5] * 20 + [5.0] * 20
+    losses = iter([0.1, 0.2, *falling[2:]])
+    found = sweep(lambda rate, _: next(losses), repeat(None), RATES)
+    assert found.found and 40 <= found.rates.index(found.best_rate) < 60
+
+
 def test_a_loss_that_is_not_finite_ends_the_search() -> None:
     losses = iter([1.0, 0.5, float("nan"), 0.1])
     assert sweep(lambda rate, _: next(losses), repeat(None), RATES).losses == [1.0, 0.5]

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from vesalius.errors import TrainingError
 from vesalius.files import replacing
+from vesalius.fonts import fit_fonts, label
 from vesalius.training.context import TrainingContext
 from vesalius.training.loader import Microbatch
 from vesalius.training.loop import backward, set_lr, trained_parameters
@@ -26,7 +27,9 @@ LOWEST, HIGHEST, STEPS = 1e-7, 1.0, 80
 SMOOTHING = 0.85
 """Decay of the exponential moving average of the loss."""
 DIVERGED = 3.0
-"""The search ends when the averaged loss exceeds 3 times its minimum."""
+"""The search ends when the averaged loss exceeds 3 times its minimum, after the first `SKIPPED` steps."""
+SKIPPED = 10
+"""The first 10 averages, of few losses, are too noisy for a suggestion, as in fastai."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class LrSearch:
 
     @property
     def best_rate(self) -> float:
-        """The rate with the lowest averaged loss."""
-        return self.rates[int(np.argmin(self.means))]
+        """The rate with the lowest averaged loss, after the first `SKIPPED` steps."""
+        return self.rates[self._start + int(np.argmin(self.means[self._start :]))]
 
     @property
     def suggestion(self) -> float:
@@ -49,8 +52,20 @@ class LrSearch:
 
     @property
     def found(self) -> bool:
-        """Whether the averaged loss fell by at least 10 %."""
-        return min(self.means) < 0.9 * self.means[0]
+        """Whether the averaged loss fell by at least 10 % after the first `SKIPPED` steps."""
+        return self._lowest < 0.9 * self._first
+
+    @property
+    def _start(self) -> int:
+        return min(SKIPPED, len(self.means) - 1)
+
+    @property
+    def _first(self) -> float:
+        return self.means[self._start]
+
+    @property
+    def _lowest(self) -> float:
+        return min(self.means[self._start :])
 
     def as_json(self) -> dict[str, Any]:
         """The search for `--json`; `suggestion` is None if the loss did not fall."""
@@ -61,16 +76,16 @@ class LrSearch:
         if not self.found:
             return (
                 f"no learning rate found: the loss did not fall between {self.rates[0]:.0e} and {self.rates[-1]:.0e} "
-                f"({self.means[0]:.3f} at first, {min(self.means):.3f} at best); check the data and trainable"
+                f"({self._first:.3f} at first, {self._lowest:.3f} at best); check the data and trainable"
             )
         if self.best_rate == self.rates[-1]:
             return (
-                f"learning rate: the loss still fell ({self.means[0]:.3f} to {min(self.means):.3f}) at the highest rate "
+                f"learning rate: the loss still fell ({self._first:.3f} to {self._lowest:.3f}) at the highest rate "
                 f"tried, {self.rates[-1]:.1e}; try at most optim.lr={self.suggestion:.1e}"
             )
         return (
-            f"learning rate: try optim.lr={self.suggestion:.1e}; the loss was lowest ({min(self.means):.3f}, "
-            f"{self.means[0]:.3f} at first) at {self.best_rate:.1e}, and the search ended at {self.rates[-1]:.1e}"
+            f"learning rate: try optim.lr={self.suggestion:.1e}; the loss was lowest ({self._lowest:.3f}, "
+            f"{self._first:.3f} at first) at {self.best_rate:.1e}, and the search ended at {self.rates[-1]:.1e}"
         )
 
 
@@ -104,7 +119,7 @@ def sweep(
         loss = step(rate, next(batches))
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
         unbiased = mean / (1 - SMOOTHING ** (len(means) + 1))
-        if not math.isfinite(loss) or (means and unbiased > DIVERGED * min(means)):
+        if not math.isfinite(loss) or (means[SKIPPED:] and unbiased > DIVERGED * min(means[SKIPPED:])):
             break
         tried.append(rate)
         losses.append(loss)
@@ -141,13 +156,16 @@ def draw_search(search: LrSearch, path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.plot(search.rates, search.losses, color="#777777", alpha=0.5, linewidth=0.8, label="each step")
-    axes.plot(search.rates, search.means, color="#0072b2", linewidth=2, label="moving average")
+    axes.plot(search.rates, search.losses, color="#777777", alpha=0.5, linewidth=0.8, label=label("each step"))
+    axes.plot(search.rates, search.means, color="#0072b2", linewidth=2, label=label("moving average"))
     if search.found:
-        axes.axvline(search.suggestion, color="#d55e00", label=f"suggestion: {search.suggestion:.1e}")
-    axes.set(xscale="log", xlabel="learning rate", title="loss while the learning rate rises")
+        axes.axvline(
+            search.suggestion, color="#d55e00", label=label("suggestion: {rate}", rate=f"{search.suggestion:.1e}")
+        )
+    axes.set(xscale="log", xlabel=label("learning rate"), title=label("loss while the learning rate rises"))
     axes.set_ylim(top=1.1 * max(search.losses[: len(search.losses) // 2 + 1]))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
+    fit_fonts(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
