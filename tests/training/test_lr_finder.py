@@ -39,7 +39,7 @@ def test_the_suggestion_is_in_the_range_where_the_loss_falls(curvature: float) -
 def test_a_loss_that_never_falls_gives_no_suggestion() -> None:
     found = sweep(lambda rate, _: 1.0, repeat(None), RATES)
     assert not found.found
-    assert str(found).startswith("no learning rate found: the loss did not fall")
+    assert str(found).startswith("no learning rate found")
 
 
 def test_low_losses_of_the_first_batches_are_no_suggestion() -> None:

@@ -173,7 +173,7 @@ def test_a_new_run_fits_the_projector_and_a_resumed_one_does_not(
     notes: list[str] = []
     train(run_settings(tmp_path), on_note=notes.append)
     assert any(note.startswith("projector fitted: ") for note in notes)
-    assert any(note.endswith("its projector has random weights and was never trained to segment") for note in notes)
+    assert any(note.endswith("its projector is not trained to segment yet") for note in notes)
     card = json.loads((tmp_path / "run/last/vesalius.json").read_text())
     assert card["lineage"]["settings"]["projector"] == "fitted"
     monkeypatch.setattr("vesalius.training.preparation.fit_projector", None)

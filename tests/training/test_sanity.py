@@ -19,7 +19,7 @@ def test_an_untrained_projector_is_recognized() -> None:
 @pytest.mark.parametrize(
     ("score", "conclusion"),
     [
-        (BaselineScore(8, 0, 0.02, True), ": its projector has random weights and was never trained to segment"),
+        (BaselineScore(8, 0, 0.02, True), ": its projector is not trained to segment yet"),
         (BaselineScore(8, 8, 0.03, False), ": it cannot segment these images yet"),
         (BaselineScore(8, 3, 0.6, False), "keep loss.text above 0, and monitor seg_rate"),
         (BaselineScore(8, 8, 0.6, False), "mean Dice 0.600 with forced answers"),

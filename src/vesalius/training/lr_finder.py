@@ -68,15 +68,16 @@ class LrSearch:
         return min(self.means[self._start :])
 
     def as_json(self) -> dict[str, Any]:
-        """The search for `--json`; `suggestion` is None if the loss did not fall."""
+        """The search for `--json`; `suggestion` is None if the loss fell by less than 10 %."""
         tried = {"rates": self.rates, "losses": self.losses, "means": self.means}
         return {"suggestion": self.suggestion if self.found else None, **tried}
 
     def __str__(self) -> str:
         if not self.found:
             return (
-                f"no learning rate found: the loss did not fall between {self.rates[0]:.0e} and {self.rates[-1]:.0e} "
-                f"({self._first:.3f} at first, {self._lowest:.3f} at best); check the data and trainable"
+                f"no learning rate found: the loss fell by less than 10 % ({self._first:.3f} at first, {self._lowest:.3f} at "
+                f"best) between {self.rates[0]:.0e} and {self.rates[-1]:.0e}; if the model does not know such data yet, check "
+                "the data and trainable"
             )
         if self.best_rate == self.rates[-1]:
             return (

@@ -46,7 +46,7 @@ class BaselineScore:
             "with forced answers"
         )
         if self.untrained_projector:
-            return f"{summary}: its projector has random weights and was never trained to segment"
+            return f"{summary}: its projector is not trained to segment yet"
         if self.dice is not None and self.dice < POOR_DICE:
             return f"{summary}: it cannot segment these images yet"
         if self.seg_answers < self.prompts:
