@@ -90,6 +90,16 @@ def test_interrupted_job_continues_with_the_missing_images(images: Path, tmp_pat
     assert_complete(out, masks_of(images))
 
 
+def test_half_written_label_volumes_are_removed(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    interrupted(images, out)
+    (out / "volumes").mkdir()
+    half = out / "volumes" / ".a.nii.gz.1.partial"
+    half.write_bytes(b"half")
+    write(images, out)
+    assert not half.exists()
+
+
 def masks_of(images: Path) -> list[np.ndarray]:
     return [np.asarray(Image.open(path)) > 100 for path in sorted(images.iterdir())]
 

@@ -168,7 +168,7 @@ class PredictionLog:
 
     def _remove_partial(self) -> None:
         """Remove temporary files left by a killed process."""
-        for folder in (self.out, *(self.out / name for name in (*FILES.values(), VIDEOS))):
+        for folder in (self.out, *(self.out / name for name in (*FILES.values(), VIDEOS, VOLUMES))):
             for pattern in PARTIAL:
                 for left in folder.glob(pattern):
                     left.unlink(missing_ok=True)

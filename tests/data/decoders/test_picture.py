@@ -134,6 +134,23 @@ def test_a_compression_that_nothing_here_decodes_is_an_image_error(tmp_path: Pat
         read_image(tmp_path / "a.tif")
 
 
+def test_a_tiff_that_states_more_values_than_it_has_is_refused_before_its_pixels_are_allocated(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((8, 8, 9), np.uint16), photometric="minisblack", planarconfig="contig")
+    with raises_code(ImageError, "unsupported_color_model"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("n", range(15, 22))
+def test_a_webp_that_ends_in_its_header_is_no_animation(tmp_path: Path, n: int) -> None:
+    path = tmp_path / "a.webp"
+    path.write_bytes(b"RIFF\x10\0\0\0WEBPVP8X\0\0\0\0\0"[:n])
+    assert kind_of(path) is None
+    assert len(find_images([path])) == 1
+    with raises_code(ImageError, "unreadable_image"):
+        read_image(path)
+
+
 def test_all_pages_of_a_deep_tiff_share_one_range(tmp_path: Path) -> None:
     pages = np.stack([np.full((6, 8), value, np.uint16) for value in (100, 600, 1100)])
     tifffile.imwrite(tmp_path / "stack.tif", pages, photometric="minisblack")

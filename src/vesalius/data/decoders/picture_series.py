@@ -24,7 +24,7 @@ ANIMATED_WEBP = 2
 
 def recognize(path: Path, head: bytes) -> bool:
     """True for a file with more than one frame, given its first bytes; a damaged file is none."""
-    animated = head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & ANIMATED_WEBP)
+    animated = head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and any(each & ANIMATED_WEBP for each in head[20:21])
     if not animated and not head.startswith((*MAGIC, b"GIF8")):
         return False
     try:

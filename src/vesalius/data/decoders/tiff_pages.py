@@ -26,6 +26,8 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 """Values of the tag PhotometricInterpretation."""
 SEPARATE = 2
 """Value of the tag PlanarConfiguration for colors in separate planes."""
+MAX_VALUES = 4
+"""Maximum number of values per pixel: channels, times the slices of a volume."""
 UNSIGNED, UNDEFINED = 1, 4
 """Values of the tag SampleFormat that mean unsigned integers."""
 
@@ -78,6 +80,10 @@ class TiffFile:
         with decoding(self._path, f"frame {page}" if len(self.frames) > 1 else ""):
             found: Any = self._file.pages[page]
             check_pixels(found.imagelength, found.imagewidth, str(self._path))
+            per_pixel = found.size // max(found.imagelength * found.imagewidth, 1)
+            if per_pixel > MAX_VALUES:  # checked before decoding, because a small file may state millions
+                wrong = f"has {per_pixel} values per pixel"
+                raise image_error(self._path, wrong, "unsupported_color_model")
             values = found.asarray()
         if found.planarconfig == SEPARATE and values.ndim == 3:
             values = np.moveaxis(values, 0, 2)
