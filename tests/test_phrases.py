@@ -99,6 +99,8 @@ def test_a_model_that_knows_nothing_marks_everything() -> None:
 def test_notes_name_the_nearest_phrase_and_count_long_lists() -> None:
     (note,) = describe_prompts(["blood vesel", "unicorn", "blood vesel"], TINY, "tiny")
     assert '"blood vesel" (nearest: "blood vessel")' in note
+    [sentence] = describe_prompts(["segment the Blood Vessels please"], ["blood vessel"], "tiny")
+    assert '(nearest: "blood vessel")' in sentence
     assert '"unicorn";' in note
     assert note.count("vesel") == 1
     many = [f"phrase {index}" for index in range(30)]

@@ -120,8 +120,16 @@ def _state(unknown: Sequence[str], phrases: Collection[str], model: str) -> str:
 
 def _hint(prompt: str, phrases: Collection[str]) -> str:
     spelled = {" ".join(_words(phrase)): phrase for phrase in phrases}
-    near = difflib.get_close_matches(" ".join(_words(prompt)), spelled, n=1, cutoff=NEAREST)
+    # a sentence around a known phrase, such as "segment the blood vessels", is not near it in spelling
+    near = [each for each in spelled if _holds(_words(prompt), each.split())]
+    near = near or difflib.get_close_matches(" ".join(_words(prompt)), spelled, n=1, cutoff=NEAREST)
     return f' (nearest: "{spelled[near[0]]}")' if near else ""
+
+
+def _holds(words: Sequence[str], phrase: Sequence[str]) -> bool:
+    """Whether the phrase stands among the words, but for plural endings."""
+    starts = range(len(words) - len(phrase) + 1)
+    return bool(phrase) and any(_same_number(words[at : at + len(phrase)], phrase) for at in starts)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -20,6 +20,10 @@ from vesalius.training.settings import SYNONYMS, RunSettings
 PREDICT = "predict tiny a.png --prompt x --out o"
 
 
+def test_no_words_are_wrong_usage() -> None:
+    assert main([]) == 2
+
+
 @pytest.mark.parametrize(
     ("command", "part"),
     [
@@ -38,6 +42,7 @@ PREDICT = "predict tiny a.png --prompt x --out o"
         (f"{PREDICT} --device cuda", "did you mean --devices?"),
         (f"{PREDICT} -x", "unknown option -x"),
         (f"{PREDICT} b.png", "unexpected b.png"),
+        ("predict tiny a.png --prompt x 'optic disc' --out o", '--prompt "optic disc"'),
         (f"{PREDICT} --batch-size four", "--batch-size: expected a whole number, got 'four'"),
         (f"{PREDICT} --threshold high", "--threshold: expected a number, got 'high'"),
         (f"{PREDICT} --answer forced", "expected verify, generate or force, got 'forced'; did you mean force?"),

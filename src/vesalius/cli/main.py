@@ -7,6 +7,7 @@ so `vesalius --help` imports no other package.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import signal
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _language(arguments: Sequence[str]) -> str | None:
     """The value of --lang, before the words are parsed, because --help ends the parsing."""
-    pairs = [(word, after) for word, after in zip(arguments, [*arguments[1:], ""], strict=True) if word == "--lang"]
+    pairs = [(word, after) for word, after in itertools.pairwise(arguments) if word == "--lang"]
     pairs += [("--lang", word[7:]) for word in arguments if word.startswith("--lang=")]
     return next((value for _, value in pairs if value in LANGUAGES), None)
 

@@ -86,13 +86,22 @@ class Parser(argparse.ArgumentParser):
             self._refuse_option(word)
         parsed, rest = super().parse_known_args(args, namespace)
         if rest:
-            self.error(f"unexpected {rest[0]}; arguments without an option stand side by side")
+            self.error(f"unexpected {rest[0]}; {self._place_of(args, rest[0])}")
         for option, other, value in self._needs:
             found = vars(parsed).get(_dest(other))
             if _dest(option) in parsed and (found is None or value not in (None, found)):
                 needed = " ".join(filter(None, (other, value)))
                 self.refuse(f"{option} requires {needed}; add {needed}, or remove {option}", option)
         return parsed, rest
+
+    def _place_of(self, args: Sequence[str], word: str) -> str:
+        """Where a word without a meaning may belong: to the repeated option before it, or to the first arguments."""
+        before = args[: args.index(word)] if word in args else []
+        option = next((each for each in reversed(before) if each.startswith("--")), "")
+        action = self._option_string_actions.get(option.partition("=")[0])
+        if isinstance(action, argparse._AppendAction):
+            return f'{option} takes one value; repeat it for another one: {option} "{word}"'
+        return "arguments without an option stand side by side"
 
     def _unknown_options(self, words: Sequence[str]) -> Iterator[str]:
         """Words that look like options and are none; before the command only, if the parser has commands."""

@@ -127,10 +127,12 @@ def _report(summary: Result, out: Path) -> None:
     if summary["window_note"]:
         print(summary["window_note"])
     if summary["answers"]:
-        print("answers: " + ", ".join(f"{count} {origin}" for origin, count in summary["answers"].items()))
+        answers = ", ".join(f"{count} {origin}" for origin, count in summary["answers"].items())
+        print(f"text answers: {answers} (the words, not the masks)")
     spacing = summary.get("spacing", {})
     if spacing:
-        print("pixel spacing from: " + ", ".join(f"{name or 'nowhere'} ({n})" for name, n in spacing.items()))
+        found = {name or "no source, so mm are left empty": n for name, n in spacing.items()}
+        print("pixel spacing from: " + ", ".join(f"{name} ({count_of(n, 'image')})" for name, n in found.items()))
     if "ImagerPixelSpacing" in spacing:
         print("ImagerPixelSpacing is measured at the detector, so mm are larger than in the patient")
     written = [f"{out / name}" for name in RESULTS if (out / name).exists()]

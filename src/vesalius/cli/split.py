@@ -39,5 +39,6 @@ def run(args: argparse.Namespace) -> Result:
         result = split_dataset(dataset, args.out, **options, on_progress=progress.reach)
     for line in summarize(result):
         print(line)
-    print(f"{args.out}: open a split with --split NAME")
+    print(f"written: {args.out}; open a part with --split NAME")
+    print(f"next: vesalius init {args.out} --out recipe.yaml")
     return result

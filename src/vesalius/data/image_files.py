@@ -121,7 +121,9 @@ def _list_folder(folder: Path) -> list[_Found]:
         else:
             others.append(str(relative))
     if others:
-        log.warning("%s: %s skipped, not an image: %s", folder, count_of(len(others), "file"), list_names(others))
+        skipped = f"{count_of(len(others), 'file')} skipped, no image that is read: {list_names(others)}"
+        phone = any(name.lower().endswith((".heic", ".heif")) for name in others)
+        log.warning("%s: %s%s", folder, skipped, "; save HEIC photos as JPEG or PNG" if phone else "")
     if not found:
         raise Location(folder).error(
             "has no image",

@@ -190,5 +190,8 @@ def _write_files(
     if "overlay" in save:
         with new_file("overlay", ".png") as path:
             # compression level 1 takes a third of the time and adds a third to the file size
-            overlay(item.frames[0], prediction.mask, color).save(path, format="PNG", compress_level=1)
+            shown = overlay(item.frames[0], prediction.mask, color)
+            if prediction.unknown_phrase:  # the legend marks the phrase
+                shown = overlay_phrases(item.frames[0], {prediction.label: prediction.mask}, {prediction.label: color})
+            shown.save(path, format="PNG", compress_level=1)
     return written

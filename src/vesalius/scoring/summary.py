@@ -90,9 +90,9 @@ def list_numbers(metrics: Mapping[str, Any]) -> Iterator[str]:
         interval = metrics["ci95"].get(name)
         bounds = f"  (95 % {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
         yield f"{name:<28}{'undefined' if value is None else f'{value:.4f}'}{bounds}"
-    for counts in (metrics["coverage"], metrics["answers"]):
+    for title, counts in (("predictions: ", metrics["coverage"]), ("text answers: ", metrics["answers"])):
         if counts:
-            yield "  ".join(f"{name} {count}" for name, count in counts.items())
+            yield title + "  ".join(f"{name} {count}" for name, count in counts.items())
     yield from metrics["notes"]
 
 
