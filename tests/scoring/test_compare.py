@@ -185,6 +185,15 @@ def test_images_without_a_group_are_noted(tmp_path):
     assert "its own group" in compare(pair(tmp_path, old, new), tmp_path / "out")["notes"][0]
 
 
+def test_one_group_has_no_interval_and_no_test(tmp_path):
+    old, new = ([{**each, "group": "one"} for each in rows_of(*dice)] for dice in (OLD, NEW))
+    result = compare(pair(tmp_path, old, new), tmp_path / "out")
+    assert result["comparisons"][0]["ci95"] is None and result["comparisons"][0]["p"] is None
+    assert [note for note in result["notes"] if "interval" in note] == [
+        "With one group there are no intervals and no tests; use data of several groups (patients)."
+    ]
+
+
 def test_many_prompts_are_compared_together_only(tmp_path):
     old, new = ([scored_row(f"a{i}", value, prompt=f"p{i}") for i in range(51)] for value in (0.5, 0.6))
     result = compare(pair(tmp_path, old, new), tmp_path / "out")

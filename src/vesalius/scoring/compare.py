@@ -303,7 +303,9 @@ def _notes(evaluations: Sequence[Evaluation], prompts: Sequence[str], comparison
             )
         )
     groups = len({row["group"] for row in rows})
-    if groups < FEW_GROUPS:
+    if groups == 1:
+        notes.append(note("With one group there are no intervals and no tests; use data of several groups (patients)."))
+    elif groups < FEW_GROUPS:
         notes.append(
             note("With {groups} groups the intervals are rough and too narrow (docs/metrics.md).", groups=groups)
         )

@@ -58,7 +58,9 @@ def notes(results: ResultsLog, samples: Sequence[Sample]) -> list[str]:
     if same := describe_same(results.same_masks.as_json()):
         found.append(same)
     groups = len({group_of(sample) for sample in samples})
-    if 2 <= groups < FEW_GROUPS:
+    if groups == 1:
+        found.append(note("With one group there are no intervals and no tests; use data of several groups (patients)."))
+    elif 2 <= groups < FEW_GROUPS:
         found.append(
             note("With {groups} groups the intervals are rough and too narrow (docs/metrics.md).", groups=groups)
         )
