@@ -130,15 +130,23 @@ def test_a_unit_contains_whole_groups_clips_and_duplicates(data: st.DataObject, 
     check_leaks(alone, samples, images)
 
 
-def copies(root: Path) -> None:
+def copies(root: Path, names: tuple[str, str] = ("p4_same.bmp", "p5_near.png")) -> None:
     """Add two copies of p0_0: one in another file format, one brighter and cropped."""
     image = texture(0)
-    Image.fromarray(image).save(root / "images" / "p4_same.bmp")
+    Image.fromarray(image).save(root / "images" / names[0])
     near = np.clip(image[1:, 1:] * 1.1 + 3, 0, 255).astype(np.uint8)
-    Image.fromarray(near).save(root / "images" / "p5_near.png")
+    Image.fromarray(near).save(root / "images" / names[1])
     rows = json.loads((root / "annotations.json").read_text())
-    rows += [{"image": name, "mask": [None], "text": ["vessel"]} for name in ("p4_same.bmp", "p5_near.png")]
+    rows += [{"image": name, "mask": [None], "text": ["vessel"]} for name in names]
     (root / "annotations.json").write_text(json.dumps(rows))
+
+
+def test_duplicates_inside_a_group_merge_no_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make(tmp_path / "data")
+    copies(data, ("p0_same.bmp", "p0_near.png"))
+    assert cli("split", data, tmp_path / "out", "--fractions", "0.5", "0.5", "--group", r"(p\d+)_") == 0
+    told = capsys.readouterr().out
+    assert "near-duplicate pairs: 2" in told and "merged into" not in told
 
 
 def test_duplicates_and_near_duplicates_stay_in_one_part_with_their_patients(

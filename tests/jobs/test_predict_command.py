@@ -57,6 +57,18 @@ def test_the_end_of_a_job_says_where_results_are_and_a_repetition_that_it_is_don
     assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["threshold"] == 0.4
 
 
+def test_scoring_is_suggested_only_for_outputs_that_can_be_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_squares(tmp_path / "in", 1)
+    for save in ("table", "labelmap"):
+        predict(tmp_path / "in", "--save", save, tmp_path / save)
+        assert "evaluate --predictions" not in capsys.readouterr().out
+    for save in ("masks", "probs", "table,rle"):
+        predict(tmp_path / "in", "--save", save, tmp_path / save)
+        assert "evaluate --predictions" in capsys.readouterr().out
+
+
 def test_a_job_that_segments_nothing_says_so_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     Image.fromarray(np.full((64, 64), 90, np.uint8)).save(tmp_path / "in" / "flat.png")

@@ -21,6 +21,9 @@ RESULTS = (
 )
 """Results in a prediction folder, in the order in which they are listed."""
 
+SCORABLE = frozenset({"masks", "probs", "rle"})
+"""Output types from which `evaluate --predictions` reads masks."""
+
 
 def add_arguments(command: Parser) -> None:
     from vesalius.jobs.folder import write_predictions
@@ -105,12 +108,12 @@ def run(args: argparse.Namespace) -> Result:
         )
     for line in summary["failures"]:
         print(f"failed: {line}", file=sys.stderr)
-    _report(summary, args.out)
+    _report(summary, args.out, scorable=not SCORABLE.isdisjoint(args.save))
     return {**summary, "failed": summary["coverage"]["failed"]}
 
 
-def _report(summary: Result, out: Path) -> None:
-    """Print coverage, where the results are, and what to do next."""
+def _report(summary: Result, out: Path, *, scorable: bool) -> None:
+    """Print coverage, where the results are, and what to do next; `scorable` if `evaluate` can read the masks."""
     from vesalius.evaluation.same_masks import describe_same
     from vesalius.window import describe_ranges
 
@@ -138,9 +141,8 @@ def _report(summary: Result, out: Path) -> None:
     written = [f"{out / name}" for name in RESULTS if (out / name).exists()]
     print(f"written: {', '.join(written)}")
     if summary["segmented"]:
-        print(
-            f"next: look at {written[0]}; score them with: vesalius evaluate --predictions {out} DATA --out evaluation"
-        )
+        score = f"; score them with: vesalius evaluate --predictions {out} DATA --out evaluation"
+        print(f"next: look at {written[0]}{score if scorable else ''}")
     elif summary["coverage"]["failed"] < sum(summary["coverage"].values()):
         print(_explain_nothing(summary))
 

@@ -135,9 +135,14 @@ def merge_groups(
     n_clusters, clusters = _components(len(samples), [*pairs, *same, *near])
     notes = []
     if same or near:
+        merged = (
+            f", so {n_stated} groups are merged into {n_clusters}"
+            if n_clusters < n_stated
+            else "; no group has to be merged with another"
+        )
         notes.append(
             f"duplicate images: {len(same)}; near-duplicate pairs: {len(near)}; each pair and its groups stay in one "
-            f"part, so {n_stated} groups are merged into {n_clusters}"
+            f"part{merged}"
         )
     return clusters, notes
 
