@@ -10,13 +10,14 @@ from PIL import Image
 from tests.codes import raises_code
 from tests.training.run_files import StopAfter, lines
 
+from vesalius.cli.main import main
 from vesalius.config import make_settings, read_settings
 from vesalius.errors import TrainingError
 from vesalius.lineage import fingerprint_weights
 from vesalius.models.checkpoint import open_model
 from vesalius.synth import write_dataset
 from vesalius.training import lr_finder
-from vesalius.training.run import find_lr, resume, train
+from vesalius.training.run import find_lr, overfit_test_passed, resume, train
 from vesalius.training.runs import list_runs
 from vesalius.training.settings import RunSettings
 
@@ -136,7 +137,7 @@ def test_training_without_effect_stops_at_the_first_validation(data: Path, small
 
 @pytest.mark.usefixtures("small")
 def test_early_stopping_ends_a_run_and_an_overfit_test_reports_its_result(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     notes: list[str] = []
     # undefined, because no image has vessels of this width
@@ -148,6 +149,9 @@ def test_early_stopping_ends_a_run_and_an_overfit_test_reports_its_result(
     assert [line["step"] for line in lines(run, "validation.jsonl")] == [1, 2]
     assert notes[-3] == f"early stopping: 2 validations without a better {patient['metric']} (best: none)"
     assert notes[-2].startswith("overfit test failed: mean Dice 0.")
+    assert overfit_test_passed(run) is False
+    assert main(["train", "--resume", str(run), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["overfit_test_passed"] is False
     assert not (run / "validation").exists()
     assert any(note.startswith("skeleton_recall_over_8px is undefined for all ") for note in notes)
     assert list_runs(tmp_path)[0].state == "stopped early"

@@ -44,7 +44,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Start or resume a run, or run the learning rate finder; returns the paths of the run and its best checkpoint."""
+    """Start or resume a run, or run the learning rate finder; returns the paths of the run and its best checkpoint.
+
+    A failed overfit test counts as `failed`.
+    """
     from vesalius.models.cpu_allocator import keep_freed_memory
     from vesalius.training import run as training
     from vesalius.training.terminal import shown
@@ -64,7 +67,9 @@ def run(args: argparse.Namespace) -> Result:
             folder = training.train(settings, **given(args, "overfit"), **reports)
         else:  # the run folder may have been moved since it was written
             training.resume(settings.changed(out=folder), **reports)
-    return {"run": str(folder), "best": str((folder / "best").resolve())}
+    result = {"run": str(folder), "best": str((folder / "best").resolve())}
+    passed = training.overfit_test_passed(folder)
+    return result if passed is None else {**result, "overfit_test_passed": passed, "failed": int(not passed)}
 
 
 def _train_folds(args: argparse.Namespace, settings: Any) -> Result:

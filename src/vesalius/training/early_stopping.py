@@ -69,13 +69,19 @@ def check_changed(lines: Sequence[ValidationLine]) -> None:
         )
 
 
+def passes_overfit_test(lines: Sequence[ValidationLine]) -> bool:
+    """Whether the best mean Dice is at least `OVERFIT_DICE`; False if it is undefined in all validations."""
+    best = best_line(lines, "dice")
+    return best is not None and best["dice"] >= OVERFIT_DICE
+
+
 def overfit_result(lines: Sequence[ValidationLine]) -> str:
     """Result of the overfit test, in one sentence."""
     best = best_line(lines, "dice")
     if best is None:
         return "overfit test failed: Dice is undefined for all samples; are their masks empty?"
     reached = f"mean Dice {best['dice']:.3f} on {best['n']} answers at step {best['step']}"
-    if best["dice"] >= OVERFIT_DICE:
+    if passes_overfit_test(lines):
         return f"overfit test passed: {reached}, at least {OVERFIT_DICE} is required"
     return (
         f"overfit test failed: {reached}, at least {OVERFIT_DICE} is required; train more steps, raise optim.lr, or train "

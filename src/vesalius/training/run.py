@@ -15,7 +15,7 @@ from vesalius.lineage import commit, versions
 from vesalius.models.cards import CARD, read_any_card
 from vesalius.training.context import Monitoring, TrainingContext, ignore
 from vesalius.training.distributed import Process, join_processes
-from vesalius.training.early_stopping import best_line, compare_with_baseline, overfit_result
+from vesalius.training.early_stopping import best_line, compare_with_baseline, overfit_result, passes_overfit_test
 from vesalius.training.loop import run_loop
 from vesalius.training.lr_finder import LrSearch, draw_search, search_lr
 from vesalius.training.optimizer_state import read_optimizer
@@ -95,6 +95,14 @@ def resume(
             monitoring.on_note(f"changed: {change}")
         _run(context, state, held)
     return folder.path
+
+
+def overfit_test_passed(run: Path) -> bool | None:
+    """Whether a finished run passed its overfit test; None for a run that is no overfit test."""
+    folder = RunFolder(run)
+    if not read_any_card(folder.last()).lineage.get("overfit"):
+        return None
+    return passes_overfit_test(folder.lines(folder.validation))
 
 
 def find_lr(
