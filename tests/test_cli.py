@@ -277,7 +277,8 @@ def test_ctrl_c_has_the_code_interrupted_and_leaves_no_file(tmp_path: Path) -> N
     process.send_signal(signal.SIGINT)
     stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert json.loads(stdout.splitlines()[-1])["error"]["code"] == "interrupted"
+    error = json.loads(stdout.splitlines()[-1])["error"]
+    assert error["code"] == "interrupted" and error["remedy"]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -148,7 +148,7 @@ def _as_vesalius_error(error: BaseException) -> VesaliusError:
     if isinstance(error, VesaliusError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return VesaliusError("interrupted", code="interrupted")
+        return VesaliusError("interrupted", code="interrupted", remedy="run the same command again")
     reason = " ".join(str(error).split())
     message = f"unexpected {type(error).__name__}: {reason} (-v shows the traceback)"
     return VesaliusError(message, code="unexpected")
