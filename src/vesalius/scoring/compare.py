@@ -17,7 +17,7 @@ import numpy as np
 
 from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.metrics import METRICS
-from vesalius.evaluation.statistics import FEW_GROUPS, Column, PairedComparison, mean, paired_comparisons
+from vesalius.evaluation.statistics import Column, PairedComparison, mean, paired_comparisons
 from vesalius.files import check_replaceable, prepare_folder, replacing
 from vesalius.language import note
 from vesalius.lineage import versions
@@ -25,6 +25,7 @@ from vesalius.names import list_names
 from vesalius.phrases import describe_unknown
 from vesalius.scoring.comparison_report import Comparison, write_comparison
 from vesalius.scoring.results import MAX_PROMPTS, Evaluation, ResultKey, read_evaluation, shown
+from vesalius.scoring.summary import describe_few_groups
 
 FILES = frozenset({"comparison.json", "comparison.csv", "comparison.md", "comparison.png", "report.html"})
 """Files of a comparison folder; a folder with any other file is not replaced."""
@@ -303,12 +304,7 @@ def _notes(evaluations: Sequence[Evaluation], prompts: Sequence[str], comparison
             )
         )
     groups = len({row["group"] for row in rows})
-    if groups == 1:
-        notes.append(note("With one group there are no intervals and no tests; use data of several groups (patients)."))
-    elif groups < FEW_GROUPS:
-        notes.append(
-            note("With {groups} groups the intervals are rough and too narrow (docs/metrics.md).", groups=groups)
-        )
+    notes += describe_few_groups(groups)
     tested = [each for each in comparisons if each["p"] is not None]
     if tested and len(tested) * 2.0 ** (1 - max(each["n_groups"] for each in tested)) >= ALPHA:
         notes.append(

@@ -57,13 +57,7 @@ def notes(results: ResultsLog, samples: Sequence[Sample]) -> list[str]:
         found.append(describe_unknown(unknown, len(results.rows)))
     if same := describe_same(results.same_masks.as_json()):
         found.append(same)
-    groups = len({group_of(sample) for sample in samples})
-    if groups == 1:
-        found.append(note("With one group there are no intervals and no tests; use data of several groups (patients)."))
-    elif 2 <= groups < FEW_GROUPS:
-        found.append(
-            note("With {groups} groups the intervals are rough and too narrow (docs/metrics.md).", groups=groups)
-        )
+    found += describe_few_groups(len({group_of(sample) for sample in samples}))
     prompts = len({row["prompt"] for row in results.rows})
     if prompts > MAX_PROMPTS:
         found.append(
@@ -84,6 +78,15 @@ def notes(results: ResultsLog, samples: Sequence[Sample]) -> list[str]:
     written = {text for row in results.rows if row["figure"] for text in (row["id"], row["prompt"])}
     lacking = next(filter(None, map(missing_font, sorted(written))), None)
     return found if lacking is None else [*found, lacking]
+
+
+def describe_few_groups(groups: int) -> list[str]:
+    """A note for one group, or for too few groups for exact intervals; no note for 0 or many groups."""
+    if groups == 1:
+        return [note("With one group there are no intervals and no tests; use data of several groups (patients).")]
+    if 2 <= groups < FEW_GROUPS:
+        return [note("With {groups} groups the intervals are rough and too narrow (docs/metrics.md).", groups=groups)]
+    return []
 
 
 def list_numbers(metrics: Mapping[str, Any]) -> Iterator[str]:
