@@ -15,16 +15,18 @@ from tests.training.run_files import MakeSettings, StopAfter, lines, small_and_q
 
 from vesalius import load_item, load_predictor, load_samples
 from vesalius.cli.main import main
-from vesalius.errors import CheckpointError, OutputError, SettingError, TrainingError
-from vesalius.inference.ensemble import Ensemble, average_maps
+from vesalius.errors import CheckpointError, OutputError, SettingError, TrainingError, VesaliusError
+from vesalius.inference.ensemble import Ensemble, average_maps, combine_cards
 from vesalius.inference.official import OfficialPredictor
 from vesalius.mask_maps import Full, LowRes, Tile, Tiled, Window
+from vesalius.models.cards import ModelCard
 from vesalius.models.info import describe
 from vesalius.models.reference import resolve_model
 from vesalius.training.folds import find_folds, train_folds
 from vesalius.training.settings import RunSettings
 from vesalius.training.terminal import shown
 from vesalius.types import Prediction
+from vesalius.window import Window as Shown
 
 pytestmark = pytest.mark.usefixtures("small")
 NAMES = ["fold1", "fold2"]
@@ -110,6 +112,10 @@ def test_other_content_is_refused(plain_settings: MakeSettings, parts: Path, run
     with raises_code(OutputError, "output_exists", "other folds"):
         train_folds(of_folds(plain_settings, runs), parts, shown)
     assert find_folds(parts) == NAMES
+    refused = of_folds(plain_settings, tmp_path / "refused").changed(init="random", model="unknown/model")
+    with pytest.raises(VesaliusError):
+        train_folds(refused, parts, shown)
+    assert not (tmp_path / "refused" / "folds.json").exists()
 
 
 def test_the_folder_predicts_the_mean_probability(runs: Path, four_images: Path) -> None:
@@ -148,6 +154,13 @@ def test_verbs_take_the_folder_and_leaks_are_refused(
     (runs / "folds.json").write_text("[]")
     with raises_code(CheckpointError, "damaged_model", "folds"):
         load_predictor(runs)
+
+
+def test_models_of_different_windows_are_no_ensemble() -> None:
+    cards = [ModelCard(kind="textseg", window=window) for window in (Shown.of("auto"), Shown.of((0, 100)))]
+    assert combine_cards(cards[:1] * 2).window == cards[0].window
+    with raises_code(CheckpointError, "conflicting_settings", "0 100"):
+        combine_cards(cards)
 
 
 def test_members_without_seg_count_as_empty_masks(small_predictor: OfficialPredictor) -> None:

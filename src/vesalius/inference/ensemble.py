@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from vesalius.errors import CheckpointError
 from vesalius.inference.loaded import LoadedSegmenter
 from vesalius.mask_maps import NO_MAPS, Full, LowRes, Maps, Tile, Tiled, average
 from vesalius.models.cards import ModelCard, ThresholdOrigin, near_fields
@@ -106,19 +107,30 @@ def _mean(given: Sequence[np.ndarray], members: int) -> np.ndarray:
 
 
 def combine_cards(cards: Sequence[ModelCard]) -> ModelCard:
-    """The card of an ensemble: the mean threshold; training images, tuning images and phrases of all its models."""
+    """The card of an ensemble: the mean threshold; training images, tuning images and phrases of all its models.
+
+    CheckpointError if the models were trained under different windows, because one window shows an image to all of them.
+    """
 
     def all_of(values: Callable[[ModelCard], Iterable[str] | None]) -> tuple[str, ...] | None:
         lists = [values(card) for card in cards]
         known = [each for each in lists if each is not None]
         return tuple(dict.fromkeys(x for each in known for x in each)) if len(known) == len(lists) else None
 
+    windows = {card.window for card in cards}
+    if len(windows) > 1:
+        raise CheckpointError(
+            f"the models of the ensemble were trained with different windows "
+            f"({', '.join(sorted(str(window or 'auto') for window in windows))}); train all folds with one data.window",
+            code="conflicting_settings",
+            field="window",
+        )
     return ModelCard(
         kind=KIND,
         threshold=float(np.mean([card.threshold for card in cards])),
         threshold_origin=ThresholdOrigin(how="mean of the members"),
         phrases=all_of(lambda card: card.phrases),
-        window=cards[0].window if len({card.window for card in cards}) == 1 else None,
+        window=cards[0].window,
         training_images=all_of(lambda card: card.training_images),
         trained_on_unknown=any(card.saw_unknown_images for card in cards),
         tuning_images=all_of(lambda card: card.tuning_images) or (),

@@ -43,9 +43,13 @@ def train_folds(settings: RunSettings, parts: Path, display: Display) -> dict[st
     names = find_folds(parts)
     _take(settings.out, names)
     runs = {name: _of_fold(settings, parts, name) for name in names}
-    for name, fold in runs.items():
-        with display(fold, name) as reports:
-            _train_one(fold, name, reports)
+    try:
+        for name, fold in runs.items():
+            with display(fold, name) as reports:
+                _train_one(fold, name, reports)
+    finally:
+        if not any(fold.out.exists() for fold in runs.values()):  # refused before anything was trained
+            (settings.out / FOLDS).unlink(missing_ok=True)
     metric = settings.validate_.metric
     values = {name: _best(fold, metric) for name, fold in runs.items()}
     known = [value for value in values.values() if value is not None]
