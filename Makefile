@@ -1,4 +1,4 @@
-# make demo: set up, then synth -> check -> train -> evaluate -> report on this machine (about 8 minutes on two cores)
+# make demo: set up, then synth -> check -> train -> evaluate -> report on this machine (about 5 minutes on two cores)
 # make test: set up, then the fast tests       make test-slow: the slow ones       make check: all a contributor runs
 # make test-lowest: the fast tests with the lowest versions of all dependencies; make test-newest: with the newest ones
 # make docs: regenerate docs/settings.md and docs/errors.md
