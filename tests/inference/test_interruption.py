@@ -45,4 +45,4 @@ def test_command_killed_twice_ends_with_each_answer_once(tmp_path: Path) -> None
             with Image.open(out / line["mask"]) as mask:
                 np.testing.assert_array_equal(np.asarray(mask) > 0, decode_rle(line["rle"]))
     assert len(list((out / "masks").iterdir())) == N - 1
-    assert {path.name for path in out.iterdir()} == {"masks", "predictions.jsonl", "run.json"}
+    assert {path.name for path in out.iterdir()} == {"masks", "overlays", "predictions.jsonl", "run.json"}
